@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
+from jobs.lake.try_next import next_commands
 from pipeline.store import FeatureStore
+from schemas.run.file import load_run_file, parse_run_file
 from tests.saes.reference import reference
 from tests.test_docs import WITH_COMMANDS, commands_in, run_python_of
 
@@ -50,6 +53,10 @@ def test_the_summary_says_what_a_person_wants_to_know(demo):
         "Try next:\n  latentlake explore",
     ):
         assert part in shown
+    names = [
+        shlex.split(line)[1] for line in shown.partition("Try next:\n")[2].splitlines() if line[:1] == " "
+    ]
+    assert names == ["explore", "feature", "elicit", "top", "find", "rank", "verify"]
     assert f"{TOKENS:,} tokens" in shown
     assert "|" in shown
     assert str(store.layout.figures("l9")) in shown.replace("\n", "")
@@ -95,6 +102,8 @@ def test_each_command_of_the_pages_on_the_demo_runs(demo, tmp_path):
         and command.split()[1] not in {"explore", *OF_THE_DEMO}  # explore serves until it is ended
     )
     assert len(commands) > 7
+    moved = FeatureStore.open(tmp_path / "out" / "demo")
+    commands |= dict.fromkeys(each for each in next_commands(moved) if " explore " not in each)
     for command in commands:
         done = in_folder(tmp_path, command)
         assert done.returncode == 0, f"{command}: {done.stderr}"
@@ -112,13 +121,16 @@ def test_the_page_of_your_own_data_can_be_followed(tmp_path, monkeypatch):
     (tmp_path / "models" / "smollm2").symlink_to(ensure_demo_model())
     (tmp_path / "saes" / "smollm2-l9").symlink_to(SAE)
     (run_file,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "run.yaml").write_text(run_file)
     written = commands_in("docs/own-data.md")
     commands = [each for each in written if "more.yaml" not in each and each != "latentlake demo"]
-    assert len(commands) == 7
+    assert len(commands) == 8
     for command in commands:
         done = in_folder(tmp_path, command)
         assert done.returncode == 0, f"{command}: {done.stderr}"
+        if command.startswith("latentlake init"):
+            written_file = load_run_file(tmp_path / "run.yaml")
+            assert written_file.sites == parse_run_file(yaml.safe_load(run_file), "run.yaml").sites
+            (tmp_path / "run.yaml").write_text(run_file)
     monkeypatch.chdir(tmp_path)
     names = run_python_of("docs/saes.md")
     assert names["encoder"].metadata.d_sae == 4608

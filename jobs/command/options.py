@@ -90,7 +90,13 @@ DeviceName = Annotated[
         "--device", help="auto (a GPU if there is one; with --address, whatever the pass used), cpu or cuda."
     ),
 ]
-LocalDevice = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+LocalDevice = Annotated[
+    str, typer.Option("--device", help="auto (a GPU if there is one, or else the CPU), cpu or cuda.")
+]
+DeviceOfPass = Annotated[
+    str,
+    typer.Option("--device", help="auto (what the pass used if it is here, or else the CPU), cpu or cuda."),
+]
 FeatureNumber = Annotated[int, typer.Argument(help="Number of the feature.")]
 Before = Annotated[int, typer.Option("--before", help="Tokens shown before the firing one.", min=0)]
 After = Annotated[int, typer.Option("--after", help="Tokens shown after the firing one.", min=0)]

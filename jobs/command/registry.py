@@ -27,7 +27,8 @@ class Command(NamedTuple):
 GROUPS: dict[str, tuple[Command, ...]] = {
     "Start": (
         Command("demo", "studies.demo.demo:command", "Run a real model and a real SAE over a real corpus, up to tables and figures."),
-        Command("run", "lake.run:run", "Tokenize, extract, compute tables, figures and the report; skips what is already done."),
+        Command("init", "lake.init:init", "Write a run file from what the files of an SAE, a model and a corpus say."),
+        Command("run", "lake.run:command", "Tokenize, extract, compute tables, figures and the report; skips what is already done."),
         Command(
             "plan", "lake.plan:plan", "Try a run for a minute; predict its rate, nonzeros, bytes and hours."
         ),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from jobs.terminal.console import say_cpu
 from pipeline.store import FeatureStore
 from pipeline.tasks import OneProcess, Processes, Tasks
 from schemas.records import Plan
@@ -52,9 +53,18 @@ def device_for(plan: Plan, device: str, address: str | None) -> str:
     """`auto`: on a Ray cluster what the pass was made on, here a GPU where torch sees one."""
     if device == "auto" and address is not None:
         return plan.device
-    from pipeline.models.device import device_here
+    return local_device(device)
 
-    return device_here(device)
+
+def local_device(device: str) -> str:
+    """`auto`: a GPU where torch sees one; otherwise the CPU, and a line says why."""
+    from pipeline.models.device import why_no_gpu
+
+    if device != "auto":
+        return device
+    if why := why_no_gpu():
+        say_cpu(why)
+    return "cpu" if why else "cuda"
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import typer
 from rich.markup import escape
 
 from jobs.command.options import LocalDevice
+from jobs.command.tasks import local_device
 from jobs.evaluation.check_report import as_json, show
 from jobs.studies.demo.model import FOLDER_NAME, cache_root
 from jobs.terminal.console import say, warn
@@ -25,7 +26,6 @@ from jobs.terminal.outputs import require_file, write_file
 from jobs.terminal.progress import Meter
 from pipeline.evaluation import sae_check as check
 from pipeline.models import load_model
-from pipeline.models.device import device_here
 from pipeline.plans.plan import resolve
 from pipeline.plans.reopen import Place
 from pipeline.saes import SaeMetadata, load_sae, read_metadata
@@ -101,7 +101,7 @@ def check_sae(
             "text_column": text_column if corpus else "text",
         },
         "tokens": {"tokenizer": tokenizer},
-        "model": {"loader": loader, "path": model or _model(sae, about), "device": device_here(device)},
+        "model": {"loader": loader, "path": model or _model(sae, about), "device": local_device(device)},
         "sites": [{"name": "sae", "sae": sae, "hook_name": hook_name}],
         "store": {"root": "nowhere"},
     }

@@ -20,8 +20,8 @@ from rich.text import Text
 
 from jobs.command.options import (
     AS_JSON,
+    DeviceOfPass,
     Html,
-    LocalDevice,
     Maximum,
     ModelPath,
     OneSite,
@@ -86,7 +86,7 @@ def elicit(
     model: ModelPath = None,
     sae: SaePath = None,
     tokenizer: TokenizerPath = None,
-    device: LocalDevice = "auto",
+    device: DeviceOfPass = "auto",
 ) -> Annotated[pl.DataFrame, AS_JSON]:
     """Print the features of a text, or the text shaded by some features; all that fires (schema ELICITED).
 

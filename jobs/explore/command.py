@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from jobs.command.options import LocalDevice, ModelPath, SaePath, TokenizerPath
+from jobs.command.options import DeviceOfPass, ModelPath, SaePath, TokenizerPath
 from jobs.terminal.console import console, say
 from pipeline.store import FeatureStore
 from schemas.errors import InputError
@@ -40,7 +40,7 @@ def command(
     model: ModelPath = None,
     sae: SaePath = None,
     tokenizer: TokenizerPath = None,
-    device: LocalDevice = "auto",
+    device: DeviceOfPass = "auto",
 ) -> None:
     """Serve the application until Ctrl-C. InputError where no site has features, or the port is taken."""
     from jobs.explore.lake import Explored

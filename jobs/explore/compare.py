@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from threading import Lock
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from jobs.tables.diff import LEVEL, Side
 from jobs.tables.match import SAME, table_name
 from jobs.tables.pairs.association import MEASURES, PairCounts
 from jobs.tables.pairs.directions import directions_of
+from pipeline.statistics.documents.comparison import SUPPORT
 from pipeline.store import FeatureStore
 from pipeline.store.feature_store import strongest
 from pipeline.store.reading.comparison import Compared, compare_groups
@@ -36,7 +38,21 @@ Condition = Annotated[str, Query(max_length=2000)]
 def routes(lake: Explored) -> APIRouter:
     """The page and its answers."""
     router, store = APIRouter(), lake.store
-    groups_of = lru_cache(KEPT)(lambda site, a, b: compare_groups(store, site, a, b))
+    under_way: dict[tuple[str, str, str], int] = {}
+    one_at_a_time = Lock()
+
+    @lru_cache(KEPT)
+    def compared(site: str, a: str, b: str) -> Compared:
+        """A comparison, kept; while it is made, `under_way` counts its shards."""
+
+        def advance(shards: int) -> None:
+            under_way[site, a, b] += shards
+
+        under_way[site, a, b] = 0
+        try:
+            return compare_groups(store, site, a, b, advance=advance)
+        finally:
+            under_way.pop((site, a, b), None)
 
     @router.get("/sites/{site}/compare", include_in_schema=False)
     def page(site: str) -> HTMLResponse:
@@ -46,9 +62,19 @@ def routes(lake: Explored) -> APIRouter:
     def groups(site: str, a: Condition, b: Condition, n: N = 50) -> dict[str, Any]:
         """The features in which two groups of documents differ most, by |z| of the frequency.
 
-        z is clustered by document; q is Benjamini and Hochberg's over all features that were tested.
+        z is clustered by document; q is Benjamini and Hochberg's over all features that were tested: those
+        that chance alone would bring to `support` documents of the smaller group.
         """
-        return _groups(store, site, groups_of(store.require_features(site).name, a, b), n)
+        site = store.require_features(site).name
+        with one_at_a_time:
+            result = compared(site, a, b)
+        return _groups(store, site, result, n)
+
+    @router.get("/api/sites/{site}/compare/progress")
+    def progress(site: str, a: Condition, b: Condition) -> dict[str, Any]:
+        """How many shards of how many a comparison of groups has read; null: it is not being made now."""
+        site = store.require_features(site).name
+        return {"shards": under_way.get((site, a, b)), "of": len(store.committed(site))}
 
     @router.get("/api/sites/{site}/compare/features")
     def features(site: str, a: Feature, b: Feature) -> dict[str, Any]:
@@ -77,6 +103,7 @@ def _groups(store: FeatureStore, site: str, compared: Compared, n: int) -> dict[
             side: {"documents": totals.documents, "rows": totals.rows}
             for side, totals in (("a", compared.a), ("b", compared.b))
         },
+        "support": SUPPORT,
         "tested": tested.height,
         "clear": int((table["frequency_q"] < LEVEL).sum()),
         "columns": columns,

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from jobs.explore.lake import Explored, Feature
+from jobs.explore.steer import refusal
 
 MOST_EXAMPLES = 200
 
@@ -18,8 +19,8 @@ def routes(lake: Explored) -> APIRouter:
 
     @router.get("/sites/{site}/feature", include_in_schema=False)
     def page(site: str) -> HTMLResponse:
-        shown = {"labels": store.lake.label_columns, "d_sae": store.require_features(site).d_sae}
-        return lake.page(site, "feature", **shown)
+        d_sae, steers = store.require_features(site).d_sae, not refusal(store, site)
+        return lake.page(site, "feature", labels=store.lake.label_columns, d_sae=d_sae, steers=steers)
 
     @router.get("/api/sites/{site}/features/{feature}", response_model=dict[str, Any])
     def feature(site: str, feature: Feature) -> JSONResponse:

@@ -108,8 +108,9 @@ class FeaturePages:
     def page(self, feature: int) -> dict[str, Any]:
         """What `jobs.report.features.feature_page` makes, and what only the application shows.
 
-        `texts` of the tokens by place, `annotation` (star, name, note), `stale`: tables that were made before
-        the newest shards, with the command that makes each. InputError where there is no feature table.
+        `texts` of the tokens by place, `annotation` (star, name, note), `neighbour`: the first that the page
+        lists, or None, `stale`: tables that were made before the newest shards, with the command that makes
+        each. InputError where there is no feature table.
         """
         self._store.require_feature(self._site, feature)
         with self._lock:
@@ -119,7 +120,8 @@ class FeaturePages:
             if examples is None:
                 examples = _strongest(feature, *activations)
             windows = self._windows(examples, *activations)
-            names = self._store.names(self._site, [feature, *_neighbours(tables)])
+            neighbours = _neighbours(tables)
+            names = self._store.names(self._site, [feature, *neighbours])
             source = LiveSource(self._store, self._site, self._tables, names)
             by_feature = {name: ByFeature(frame) for name, frame in tables.items()}
             page = feature_page(source, feature, by_feature, ByFeature(windows))
@@ -128,6 +130,7 @@ class FeaturePages:
                 "site": self._site,
                 "feature": feature,
                 "annotation": annotation_of(names, feature),
+                "neighbour": next(iter(neighbours), None),
                 "stale": self._tables.stale(),
                 "tokens": source.texts,
             }

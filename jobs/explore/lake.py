@@ -25,6 +25,7 @@ PAGES: Mapping[str, str] = {
     "find": "Find",
     "feature": "Feature",
     "map": "Map",
+    "clusters": "Clusters",
     "compare": "Compare",
     "steer": "Steer",
     "annotations": "Annotations",

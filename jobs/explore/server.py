@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from jobs.explore import annotation, compare, feature, feature_map, find, steer, text
+from jobs.explore import annotation, clusters, compare, feature, feature_map, find, steer, text
 from jobs.explore.lake import PAGES, Explored, ReadOnlyError
 from schemas import __version__
 from schemas.errors import InputError
@@ -46,7 +46,7 @@ def create_app(lake: Explored) -> FastAPI:
         redoc_url=None,
         openapi_url="/api/openapi.json",
     )
-    for module in (text, find, feature, feature_map, compare, steer, annotation):
+    for module in (text, find, feature, feature_map, clusters, compare, steer, annotation):
         app.include_router(module.routes(lake))
 
     @app.get("/", include_in_schema=False)

@@ -12,6 +12,7 @@ from jobs.explore.lake import Explored, Feature
 from jobs.explore.typed import MOST_CHARACTERS
 from jobs.report.source import shortened
 from pipeline.evaluation.steering import MOST_SEED, Change, Operation, Sampling, require_text
+from pipeline.store import FeatureStore
 from schemas.errors import InputError
 
 MOST_CHANGES, MOST_TOKENS, MOST_TEMPERATURE = 32, 1000, 100
@@ -44,16 +45,8 @@ def routes(lake: Explored) -> APIRouter:
     @router.get("/sites/{site}/steer", include_in_schema=False)
     def page(site: str) -> HTMLResponse:
         return lake.page(
-            site, "steer", longest=MOST_CHARACTERS, most_tokens=MOST_TOKENS, refused=refusal(site)
+            site, "steer", longest=MOST_CHARACTERS, most_tokens=MOST_TOKENS, refused=refusal(store, site)
         )
-
-    def refusal(site: str) -> str:
-        """Why the site's model cannot write, as far as the store tells."""
-        try:
-            require_text(store, site)
-        except InputError as error:
-            return str(error)
-        return ""
 
     @router.post("/api/sites/{site}/steer")
     def start(site: str, prompt: Prompt) -> dict[str, Any]:
@@ -86,3 +79,12 @@ def routes(lake: Explored) -> APIRouter:
         return steerings.state(steering)
 
     return router
+
+
+def refusal(store: FeatureStore, site: str) -> str:
+    """Why the site's model cannot write, as far as the store says; "" where it can."""
+    try:
+        require_text(store, site)
+    except InputError as error:
+        return str(error)
+    return ""

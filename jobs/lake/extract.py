@@ -11,7 +11,7 @@ from jobs.lake.extract_progress import ExtractionProgress
 from jobs.lake.plan import show_comparison
 from jobs.terminal.console import say, warn
 from jobs.terminal.progress import size
-from pipeline.plans.passes import by_pass
+from pipeline.plans.passes import by_pass, with_gpus
 from pipeline.plans.plan import resolve
 from pipeline.run import Extraction
 from pipeline.run import extract as run_extraction
@@ -46,9 +46,9 @@ def extract_resolved(run: RunFile, *, accept_environment: bool = False) -> list[
     for site, piece in leftovers(layout, {str(site.name) for site in run.sites}.__contains__):
         say(f"removed {escape(str(piece.path))}, remains of dropped site {site}")
         piece.remove()
-    results = []
-    for part in by_pass(run, layout):
-        progress, pass_began = ExtractionProgress(), time.monotonic()
+    results: list[Extraction] = []
+    for part, why_cpu in (with_gpus(part, layout) for part in by_pass(run, layout)):
+        progress, pass_began = ExtractionProgress(why_cpu), time.monotonic()
         with progress.meter:
             result = run_extraction(
                 layout,

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from jobs.terminal.console import say
+from jobs.terminal.console import say, say_cpu
 from jobs.terminal.progress import Clock, Meter, Pace, duration
 from pipeline.run import Extraction
 from schemas.sentences import several
@@ -17,14 +17,20 @@ REPORTED = ("retry", "quarantined", "worker_replaced", "waiting", "twin")
 
 
 class ExtractionProgress:
-    """Shows a run's state on `meter` after each event; rows of shards in flight count as they are done."""
+    """Shows a run's state on `meter` after each event; rows of shards in flight count as they are done.
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock, self.meter, self._pace = clock, Meter(clock=clock), Pace(clock)
+    `why_cpu`: why model.device auto is the CPU, if it is; said where there is something to do.
+    """
+
+    def __init__(self, why_cpu: str | None = None, clock: Clock = time.monotonic) -> None:
+        self._why_cpu, self._clock = why_cpu, clock
+        self.meter, self._pace = Meter(clock=clock), Pace(clock)
 
     def begin(self, extraction: Extraction) -> None:
         """Shards that were committed before are done from the start."""
         self._extraction, self._state = extraction, extraction.state
+        if self._why_cpu is not None and extraction.skipped < extraction.total:
+            say_cpu(self._why_cpu)
         self._total_rows = extraction.rows - extraction.tally.rows
         self.meter.begin("extract", self._total_rows)
 

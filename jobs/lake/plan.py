@@ -9,10 +9,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from jobs.terminal.console import console, say, warn
+from jobs.terminal.console import console, say, say_cpu, warn
 from jobs.terminal.progress import Meter, duration, size
 from pipeline.monitor.prediction import Prediction, Span, compared, write_prediction
-from pipeline.plans.passes import by_pass
+from pipeline.plans.passes import by_pass, with_gpus
 from pipeline.plans.plan import resolve
 from pipeline.run import Extraction
 from pipeline.store.objects.local import local_scratch
@@ -50,8 +50,10 @@ def plan(
     # A finished pass takes no time; where all are, or no tokens are there yet, each is predicted.
     shards = sum(len(link.shards) for link in read_links(layout))
     unfinished = [p for p in parts if len(read_commits(layout, str(p.store.pass_name))) < shards]
-    predictions = []
-    for part in unfinished or parts:
+    predictions: list[Prediction] = []
+    for part, why_cpu in (with_gpus(part, layout) for part in unfinished or parts):
+        if why_cpu is not None:
+            say_cpu(why_cpu)
         with local_scratch("latentlake-plan-") as folder, Meter("plan") as meter:
             prediction = Probe(part, folder, seconds).predict(meter.begin)
         _show_prediction(prediction, str(part.store.pass_name))

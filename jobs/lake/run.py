@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 from jobs.command.options import AcceptEnvironment, Append, LogJson, logged
 from jobs.lake.derivable import check_derivable, with_needed
 from jobs.lake.derive import derive
 from jobs.lake.extract import extract_resolved
 from jobs.lake.tokenize import tokenize_resolved
+from jobs.lake.try_next import say_next
 from jobs.terminal.console import say, warn
 from pipeline.plans.plan import resolve
 from pipeline.run import Extraction
@@ -22,12 +24,24 @@ from schemas.records import canonical_json
 from schemas.run.file import RunFile
 
 
-def run(
+def command(
     run_file: RunFile,
     *,
     append: Append = False,
     accept_environment: AcceptEnvironment = False,
     log_json: LogJson = None,
+) -> None:
+    """The run, and what to try on its store next."""
+    run(run_file, append=append, accept_environment=accept_environment, log_json=log_json)
+    say_next(FeatureStore.open(run_file.store.root))
+
+
+def run(
+    run_file: RunFile,
+    *,
+    append: bool = False,
+    accept_environment: bool = False,
+    log_json: Path | None = None,
 ) -> list[Extraction]:
     """Tokenize, extract each pass, derive each site."""
     with logged(log_json):

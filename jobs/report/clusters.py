@@ -108,7 +108,7 @@ def write_clusters(tables: Tables, work: Work, kinds: Sequence[Kind]) -> int:
     page = partial(render, site=work.site, missing=tables.missing())
     size = write(
         work.out / "clusters" / "index.html",
-        page("clusters.html", 3, kinds=kinds, listed=_listed, labels_of=labels_of),
+        page("clusters.html", 3, kinds=kinds, listed=listed, labels_of=labels_of),
     )
     size += write(work.out / "cluster.html", render("cluster.html", 2, site=work.site))
     for kind in kinds:
@@ -126,7 +126,7 @@ def write_clusters(tables: Tables, work: Work, kinds: Sequence[Kind]) -> int:
     return size
 
 
-def _listed(kind: Kind) -> list[dict[str, Any]]:
+def listed(kind: Kind) -> list[dict[str, Any]]:
     """The rows of the table of a kind's clusters; `majority` by label, where there is one."""
     return [
         row | {"name": name, "majority": {label: (value, part) for label, value, part in majority(row)}}

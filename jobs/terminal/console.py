@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -61,3 +62,9 @@ def say(text: str) -> None:
         head = LONGEST_SENTENCE * 3 // 4
         line = line[:head] + "…" + line[len(line) - (LONGEST_SENTENCE - 1 - head) :]
     console.print(line, highlight=False, soft_wrap=True)
+
+
+@cache
+def say_cpu(why: str) -> None:
+    """Say why device `auto` means the CPU; once, however many sites and steps choose a device."""
+    warn([f"{NOTE}device auto: the CPU, because {why}"])

@@ -6,6 +6,7 @@ activations are rounded as the stored ones. Shapes: T tokens of the text, BOS no
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy import sparse
 
-from pipeline.models.device import require_device
+from pipeline.models.device import require_device, why_no_gpu
 from pipeline.models.hooks.pooling import RowsRead
 from pipeline.plans.reopen import Place, open_encoder, open_model, place_of, use_of
 from pipeline.store.formats.transposition import round_activations
@@ -186,5 +187,6 @@ def _device(plan: Plan, requested: str) -> str:
     except InputError:
         if requested != "auto":  # only a choice of our own may be given up
             raise
+        warnings.warn(f"device auto: the CPU, because {why_no_gpu()}", stacklevel=2)
         return "cpu"
     return device

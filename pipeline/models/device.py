@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from schemas.errors import InputError, NodeError
 
@@ -15,10 +16,58 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from schemas.run.file import Extract
+
 CPU_INFO = Path("/proc/cpuinfo")
 
 MEMORY_WAIT_S = 120.0
 """How long a worker waits for its GPU's memory: a process that was killed gives it back within seconds."""
+
+
+NOT_SET = "on a Ray cluster workers get GPUs by extract.gpus_per_worker, which is not set"
+
+
+class GpuChoice(NamedTuple):
+    """GPUs of each worker, and, where `auto` means the CPU, why."""
+
+    gpus: float
+    why_cpu: str | None = None
+
+
+def choose_gpus(device: str, extract: Extract, begun_on: str | None) -> GpuChoice:
+    """GPUs of a worker for model.device and the section extract, where that names none.
+
+    `begun_on`: the device of the pass if it was begun, on which it stays: on another one its last bits could
+    differ. Of the machines of a cluster nothing is known here.
+    """
+    if extract.gpus_per_worker is not None:
+        return GpuChoice(extract.gpus_per_worker)
+    if device != "auto":
+        return GpuChoice(float(device == "cuda"))
+    if begun_on is not None:
+        why = None if begun_on == "cuda" else "the pass was begun on it"
+        return GpuChoice(float(begun_on == "cuda"), why)
+    if extract.ray_address != "local":
+        return GpuChoice(0, NOT_SET)
+    why = why_no_gpu()
+    return GpuChoice(float(why is None), why)
+
+
+def why_no_gpu() -> str | None:
+    """Why torch computes on no GPU in this process; None where it does."""
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if (hidden := os.environ.get("CUDA_VISIBLE_DEVICES")) in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES is {hidden!r}, which hides every GPU"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:  # no driver, one that is too old, no device
+        return " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+    return "torch sees no GPU"
 
 
 def choose_device(device: str, gpus_per_worker: float) -> str:
@@ -36,9 +85,7 @@ def device_here(device: str) -> str:
     """`auto` takes a GPU where torch sees one in this process."""
     if device != "auto":
         return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if why_no_gpu() is None else "cpu"
 
 
 def require_device(device: str) -> None:

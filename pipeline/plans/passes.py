@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from pipeline.models.device import choose_gpus
 from pipeline.plans.plan import default_pass_name
 from pipeline.store.records.catalog import read_plans
 from pipeline.store.records.commits import has_commits
@@ -29,6 +30,17 @@ def by_pass(run: RunFile, layout: Layout) -> list[RunFile]:
         store = run.store.model_copy(update={"pass_name": name})
         parts.append(run.model_copy(update={"sites": sites, "store": store}))
     return parts
+
+
+def with_gpus(part: RunFile, layout: Layout) -> tuple[RunFile, str | None]:
+    """One of those parts with the GPUs of its workers; and, where model.device auto is the CPU, why."""
+    if part.model.loader == "synthetic":
+        return part, None
+    name = str(part.store.pass_name)
+    begun = read_plans(layout).get(name) if has_commits(layout, name) else None
+    choice = choose_gpus(part.model.device, part.extract, begun.device if begun else None)
+    extract = part.extract.model_copy(update={"gpus_per_worker": choice.gpus})
+    return part.model_copy(update={"extract": extract}), choice.why_cpu
 
 
 def passes_of(

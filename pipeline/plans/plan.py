@@ -90,7 +90,7 @@ def default_pass_name(sites: Sequence[str]) -> str:
 
 def make_plan(run: RunFile, lake: Lake) -> Plan:
     """The plan of a resolved run file over the tokens of `lake`; reads digests, loads no weights."""
-    device = choose_device(run.model.device, run.extract.gpus_per_worker)
+    device = choose_device(run.model.device, run.extract.gpus_per_worker or 0)
     check_inputs(run.model.loader, lake.inputs)
     return Plan(
         pass_name=run.store.pass_name or default_pass_name([site.name for site in run.sites]),

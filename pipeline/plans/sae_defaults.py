@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.models import max_context
+from pipeline.models.files.model_files import width_of
 from pipeline.saes import SaeMetadata
 from pipeline.saes.module_points import by_module
 from schemas.errors import InputError
@@ -40,6 +41,9 @@ CLASSES = {
 
 HEADS = re.compile(r"hook_(z|q|k|v|rot_q|rot_k|result)$")
 """Hooks that have heads."""
+
+RESIDUAL = re.compile(r"blocks\.\d+\.hook_(resid_pre|resid_mid|resid_post|attn_out|mlp_out)")
+"""Hooks whose x is as wide as the residual stream."""
 
 OF_MODULES = ("sparsify", "dictionary_learning")
 """Formats whose SAEs were trained on what a module of Hugging Face's itself gives."""
@@ -72,6 +76,7 @@ def filled(run: RunFile, metadata: list[SaeMetadata]) -> tuple[RunFile, list[str
         raise InputError(f"sites: two sites share a name among {names}; give each its own name")
     notes: list[str] = []
     for pair in trained:
+        check_width(run.model, *pair)
         check_site(*pair, notes)
         check_model(run.model, pair, notes)
     size, bos = context_size(run.tokens, run.model, trained, notes), prepend_bos(run.tokens, trained, notes)
@@ -139,13 +144,30 @@ def _module_output(about: SaeMetadata) -> str | None:
 
 def has_norms_after(model: Model) -> bool:
     """Whether a norm stands between a sublayer and hook_mlp_out or hook_attn_out, as its files say."""
+    return re.match(NORMS_AFTER, config_of_model(model).get("model_type") or "") is not None
+
+
+def check_width(model: Model, site: Site, about: SaeMetadata) -> None:
+    """InputError where x at the hook has another width than the SAE reads, as far as the files say."""
+    is_residual = model.loader in CLASSES and RESIDUAL.fullmatch(str(site.hook_name))
+    width = width_of(config_of_model(model)) if is_residual and about.d_model else None
+    if width not in (None, about.d_model):
+        trained = f", {about.model_name}" if about.model_name else ""
+        raise InputError(
+            f"the SAE {site.sae} reads vectors of width {about.d_model}, but the model {model.path} has "
+            f"width {width}: give the model that the SAE was trained on{trained}"
+        )
+
+
+def config_of_model(model: Model) -> dict[str, Any]:
+    """The configuration of a model that lies here, as a folder or in the hub's cache; else nothing."""
     folder = Path(model.path)
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
 
         cached = try_to_load_from_cache(model.path, "config.json")
         folder = Path(cached).parent if isinstance(cached, str) else folder
-    return re.match(NORMS_AFTER, _config(folder).get("model_type") or "") is not None
+    return _config(folder)
 
 
 def context_size(tokens: Tokens, model: Model, trained: list[Trained], notes: list[str]) -> int:

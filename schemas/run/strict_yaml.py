@@ -76,11 +76,13 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}, line {error.line}: {error}") from None
 
 
-def dump_yaml(content: Any, *, flow: bool | None = False) -> str:
+def dump_yaml(content: Any, *, flow: bool | None = False, width: float = 80) -> str:
     """YAML that is read as `content` by `read_yaml`, and by readers of YAML 1.1; `flow` as PyYAML's
-    default_flow_style.
+    default_flow_style, `width` the columns after which it breaks lines.
     """
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, default_flow_style=flow, allow_unicode=True)
+    return yaml.dump(
+        content, Dumper=_Dumper, sort_keys=False, default_flow_style=flow, allow_unicode=True, width=width
+    )
 
 
 class _Refused(Exception):  # noqa: N818 - becomes an InputError

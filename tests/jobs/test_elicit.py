@@ -298,3 +298,21 @@ def test_real_weights_agree_with_dense_transformers_and_sae_lens(tmp_path: Path)
         best = ranked(table, "activation").head(20)
         np.testing.assert_allclose(best["activation"], np.sort(mean)[::-1][:20], rtol=1e-3)
         np.testing.assert_allclose(best["activation"], mean[best["feature"].to_numpy()], rtol=1e-3)
+
+
+def test_a_text_is_read_on_the_device_of_the_pass_or_a_warning_says_why_not(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.evaluation import typed_text
+
+    plan = store.plans[store.site("mid").pass_name]
+    assert typed_text._device(plan, "auto") == "cpu"
+    on_gpu = plan.model_copy(update={"device": "cuda"})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(typed_text, "why_no_gpu", lambda: "the driver is too old")
+    with pytest.warns(UserWarning, match="device auto: the CPU, because the driver is too old"):
+        assert typed_text._device(on_gpu, "auto") == "cpu"
+    with pytest.raises(InputError, match="torch finds none here"):
+        typed_text._device(on_gpu, "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert typed_text._device(on_gpu, "auto") == "cuda"

@@ -23,7 +23,7 @@ class Clock:
 def begun():
     clock, before = Clock(), Tally()
     before.add(receipt())
-    progress = ExtractionProgress(clock)
+    progress = ExtractionProgress(clock=clock)
     with progress.meter:
         state = RunState()
         progress.begin(SimpleNamespace(skipped=1, total=11, rows=1100, tally=before, state=state))

@@ -202,7 +202,7 @@ def test_the_command_says_what_was_found_and_what_was_searched(
         (("--text", "  "), "has no word"),
         (("--text", "x" * 2000), "2,000 letters: type 1,000 at most"),
         (("--text", "\udcff"), "is not Unicode"),
-        (("--where", "n_actve > 1"), "no column 'n_actve'; the nearest are n_active, "),
+        (("--where", "n_actve > 1"), "no column 'n_actve'; did you mean n_active or "),
         (("--where", "n_active > many"), "'many' is not a number"),
         (("--where", "(n_active > 1"), "this parenthesis is not closed"),
         (("--where", "max_probability > 0.5"), "'logits', which does not exist: run `latentlake logits`"),

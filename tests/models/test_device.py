@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.models import device
 from schemas.errors import InputError, NodeError
+from schemas.run.file import Extract
 
 
 def test_auto_takes_the_gpu_only_when_the_worker_is_given_one() -> None:
@@ -15,6 +18,85 @@ def test_auto_takes_the_gpu_only_when_the_worker_is_given_one() -> None:
     assert device.choose_device("auto", 0.5) == "cuda"
     assert device.choose_device("cuda", 0) == "cuda"
     assert device.choose_device("cpu", 1) == "cpu"
+
+
+class FakeCuda:
+    """What torch says of CUDA: how it was built, whether there is a GPU, and why it could not begin."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, version: str | None, why: str | None) -> None:
+        self.why = why
+        monkeypatch.setattr(torch, "__version__", "2.12.0+cpu" if version is None else "2.12.0+cu130")
+        monkeypatch.setattr(torch.version, "cuda", version)
+        monkeypatch.setattr(torch.version, "hip", None)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: why is None)
+        monkeypatch.setattr(torch.cuda, "init", self.init)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def init(self) -> None:
+        raise RuntimeError(self.why)
+
+
+TOO_OLD = "The NVIDIA driver on your system is too old (found version 11040)"
+
+
+@pytest.mark.parametrize(
+    ("version", "visible", "why", "expected"),
+    [
+        (None, None, "Torch not compiled with CUDA enabled", "torch 2.12.0+cpu is built without CUDA"),
+        ("13.0", "", "No CUDA GPUs are available", "CUDA_VISIBLE_DEVICES is '', which hides every GPU"),
+        ("13.0", "-1", "No CUDA GPUs are available", "CUDA_VISIBLE_DEVICES is '-1', which hides every GPU"),
+        ("13.0", "0", "No CUDA GPUs are available", "No CUDA GPUs are available"),
+        ("13.0", None, f"{TOO_OLD}. Please update your GPU driver by\n downloading one.", TOO_OLD),
+        ("13.0", None, None, None),
+    ],
+)
+def test_why_there_is_no_gpu_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+    version: str | None,
+    visible: str | None,
+    why: str | None,
+    expected: str | None,
+) -> None:
+    FakeCuda(monkeypatch, version, why)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert device.why_no_gpu() == expected
+    assert device.device_here("auto") == ("cuda" if expected is None else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "options", "begun_on", "expected"),
+    [
+        ("auto", {}, None, (1, None)),
+        ("cuda", {}, None, (1, None)),
+        ("cpu", {}, None, (0, None)),
+        ("auto", {"gpus_per_worker": 0}, None, (0, None)),
+        ("cpu", {"gpus_per_worker": 0.5}, None, (0.5, None)),
+        ("auto", {}, "cpu", (0, "the pass was begun on it")),
+        ("auto", {}, "cuda", (1, None)),
+        ("auto", {"address": "h:1"}, None, (0, device.NOT_SET)),
+        ("auto", {"address": "h:1", "gpus_per_worker": 1}, None, (1, None)),
+        ("auto", {"address": "h:1", "executor": "in_process"}, None, (1, None)),
+    ],
+)
+def test_workers_get_the_gpu_that_there_is_where_nothing_else_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: str,
+    options: dict[str, Any],
+    begun_on: str | None,
+    expected: tuple[float, str | None],
+) -> None:
+    FakeCuda(monkeypatch, "13.0", None)
+    assert device.choose_gpus(chosen, Extract(**options), begun_on) == expected
+
+
+def test_without_a_gpu_auto_says_why_and_cuda_is_left_to_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCuda(monkeypatch, None, "no")
+    why = "torch 2.12.0+cpu is built without CUDA"
+    assert device.choose_gpus("auto", Extract(), None) == (0, why)
+    assert device.choose_gpus("auto", Extract(gpus_per_worker=1), None) == (1, None)
+    assert device.choose_gpus("cuda", Extract(), None) == (1, None)
 
 
 def test_a_gpu_that_is_not_there_is_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ import torch
 from jobs.lake.tokenize import tokenize
 from pipeline.models import digest_as_planned, load_model, max_context, model_digest
 from pipeline.models.files import model_files
-from pipeline.models.files.model_files import folder_of, pinned, repository_of
+from pipeline.models.files.model_files import folder_of, pinned, repository_of, width_of
 from pipeline.plans.plan import agree_on_plan, make_plan, resolve
 from pipeline.store.records.tokens import require_lake
 from schemas.errors import InputError
@@ -227,3 +228,19 @@ def test_a_folder_is_read_before_the_hub_is_requested(
     folder = write_tiny_llama(tmp_path / "model")
     assert max_context(Model(path=str(folder))) == 64
     assert load_model(Model(path=str(folder)), [HOOK], "cpu", 1).widths == {HOOK: D_MODEL}
+
+
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [
+        ({"hidden_size": 16}, 16),
+        ({"n_embd": 16}, 16),
+        ({"hidden_size": 9, "text_config": {"hidden_size": 16}}, 16),
+        ({"hidden_size": "16"}, None),
+        ({}, None),
+    ],
+)
+def test_a_configuration_says_how_wide_the_residual_stream_is(
+    config: dict[str, Any], width: int | None
+) -> None:
+    assert width_of(config) == width

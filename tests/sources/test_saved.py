@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.sources import Source, open_source
 from pipeline.sources.overlap import overlap
+from pipeline.sources.text.saved import SavedSource
 from schemas.errors import InputError
 from schemas.run.file import Corpus
 from tests.sources.conformance import ColumnConformance
@@ -138,3 +139,11 @@ def test_it_is_a_dataset_though_other_files_lie_next_to_it(saved: Path) -> None:
     (saved / "one" / "notes.txt").write_text("no document")
     assert len(list(source(saved / "one").documents())) == 3
     assert json.loads((saved / "one" / "state.json").read_text())
+
+
+def test_the_first_rows_have_every_column(saved: Path) -> None:
+    opened = source(saved / "one")
+    assert isinstance(opened, SavedSource)
+    assert opened.first_rows(2).to_dict(as_series=False) == {
+        name: values[:2] for name, values in ROWS.items()
+    }

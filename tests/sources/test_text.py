@@ -8,11 +8,13 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.sources import Source, open_source
+from pipeline.sources.text.source import FilesSource
 from schemas.errors import InputError
 from schemas.run.file import Corpus
 from tests.sources.conformance import ColumnConformance, SourceConformance, UntypedConformance
@@ -56,6 +58,18 @@ class TestGzippedJsonLines(UntypedConformance):
         (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(json_lines(texts, labels), mtime=0))
         columns = tuple(labels) if label_columns is None else label_columns
         return open_at(folder / "corpus.jsonl.gz", text_column=text_column, label_columns=columns)
+
+
+class TestCsv(ColumnConformance):
+    def make(self, folder, texts, labels, text_column="text", label_columns=None) -> Source:  # type: ignore[no-untyped-def]
+        folder.mkdir(exist_ok=True)
+        pl.DataFrame({"text": texts, **labels}).write_csv(folder / "corpus.csv")
+        columns = tuple(labels) if label_columns is None else label_columns
+        return open_at(folder / "corpus.csv", text_column=text_column, label_columns=columns)
+
+    def test_a_null_text_is_refused(self, tmp_path: Path) -> None:
+        """It cannot be told from an empty one."""
+        assert texts_of(self.make(tmp_path, ["a", None, ""], {"n": [1, 2, 3]})) == ["a", "", ""]
 
 
 class TestTextFiles(SourceConformance):
@@ -137,14 +151,14 @@ def test_a_glob_that_finds_nothing_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_a_known_file_tells_what_it_holds(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds nothing, but no file of \.parquet, \.jsonl"):
         open_at(tmp_path)
-    write(tmp_path / "a.csv", "x")
+    write(tmp_path / "a.md", "x")
     with pytest.raises(InputError, match="holds 1 other files"):
         open_at(tmp_path)
 
 
 def test_a_file_of_unknown_format_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.csv is in none of the known formats \.parquet"):
-        open_at(write(tmp_path / "a.csv", "x"))
+    with pytest.raises(InputError, match=r"a\.md is in none of the known formats \.parquet"):
+        open_at(write(tmp_path / "a.md", "x"))
 
 
 @pytest.mark.parametrize(
@@ -307,3 +321,73 @@ def test_a_folder_that_may_not_be_listed_is_not_empty(
     monkeypatch.setattr(os, "scandir", closed)
     with pytest.raises(InputError, match=r"closed cannot be listed \(Permission denied\)"):
         open_at(tmp_path).digest()
+
+
+def test_texts_and_labels_of_csv_are_as_they_are_spelled(tmp_path: Path) -> None:
+    lines = ["text,day,word,n", "17,2026-01-31,NA,1", '"a ""b""\nc, d",2026-02-01,nan,', ",,,3"]
+    source = open_at(write(tmp_path / "a.csv", "\n".join(lines)), label_columns=["day", "word", "n"])
+    assert source.label_dtypes() == {"day": "String", "word": "String", "n": "Int64"}
+    assert [(d.text, *d.labels) for d in source.documents()] == [
+        ("17", "2026-01-31", "NA", 1),
+        ('a "b"\nc, d', "2026-02-01", "nan", None),
+        ("", None, None, 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"text,n\na,1\nb\n", "cannot be read as CSV: .*columns"),
+        (b"", "cannot be read as CSV: Empty CSV file"),
+        (b"text,text\na,b\n", "has several columns 'text'"),
+        (b"text\n\xff\n", "cannot be read as CSV: .*UTF8"),
+    ],
+)
+def test_a_csv_file_that_cannot_be_read_is_a_sentence(tmp_path: Path, content: bytes, why: str) -> None:
+    with pytest.raises(InputError, match=rf"a\.csv {why}"):
+        list(open_at(write(tmp_path / "a.csv", content)).documents())
+
+
+def test_a_csv_file_next_to_documents_of_another_format_is_not_read(tmp_path: Path) -> None:
+    for name, text in {"a.csv": "text\none", "b.csv": "text\ntwo"}.items():
+        write(tmp_path / name, text)
+    assert texts_of(open_at(tmp_path)) == ["one", "two"]
+    write(tmp_path / "c.txt", "three")
+    assert texts_of(open_at(tmp_path)) == ["three"]
+
+
+def test_a_long_document_of_csv_is_read_whole(tmp_path: Path) -> None:
+    texts = ["a" * 3_000_000, "b", "c" * 2_000_000]
+    assert texts_of(open_at(write(tmp_path / "a.csv", "\n".join(["text", *texts])))) == texts
+
+
+ROWS = {"body": ["a b", None], "year": [1, None], "tags": [["x"], []], "day": ["1", "2"]}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_the_first_rows_have_every_column_whatever_the_corpus_section_names(
+    tmp_path: Path, kind: str
+) -> None:
+    frame, path = pl.DataFrame(ROWS), tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        frame.write_parquet(path)
+    elif kind == "jsonl":
+        frame.write_ndjson(path)
+    else:
+        frame = frame.drop("tags")
+        frame.with_columns(pl.col("day").cast(pl.Int64)).write_csv(path)
+    if kind != "csv":
+        write(tmp_path / "0.txt", "no columns")
+    source = open_at(tmp_path)
+    assert isinstance(source, FilesSource)
+    expected = frame.with_columns(pl.col("day").cast(pl.Int64)) if kind == "csv" else frame
+    assert source.first_rows(9).equals(expected)
+    assert source.first_rows(1).equals(expected.head(1))
+
+
+def test_a_column_of_several_types_is_of_no_type_in_the_first_rows(tmp_path: Path) -> None:
+    source = open_at(
+        write(tmp_path / "a.jsonl", '{"text": "a", "x": 1}\n{"text": "b", "x": "y", "z": true}\n')
+    )
+    assert isinstance(source, FilesSource)
+    assert source.first_rows(9).schema == {"text": pl.String, "x": pl.Object, "z": pl.Boolean}

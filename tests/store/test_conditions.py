@@ -49,6 +49,8 @@ def test_the_shared_cases(case: dict[str, Any]) -> None:
         condition(case["text"], COLUMNS)
     assert refused.value.kind == case["error"]
     assert "\n" not in str(refused.value)
+    if "meant" in case:
+        assert f"; did you mean {case['meant']}?" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +63,8 @@ def test_the_shared_cases(case: dict[str, Any]) -> None:
         ("party = 'Whig", 'at character 9 ("\'Whig"), the quote is not closed'),
         ("n_active >", "at the end, n_active > needs a value"),
         ("!(n_active > 5)", "write `not` for !"),
-        ("n_actve > 3", "the store has no column 'n_actve'; the nearest are n_active, mean_active"),
-        ("active > 3", "the nearest are n_active, mean_active"),
+        ("n_actve > 3", "the store has no column 'n_actve'; did you mean n_active or mean_active?"),
+        ("active > 3", "did you mean n_active or mean_active?"),
         ("n_active > many", "column n_active is Int64, and 'many' is not a number"),
         ("veto < true", "column veto is Boolean, which is compared by = and != alone, not by <"),
         ("party = \udcff", "is not text in UTF-8"),

@@ -1,7 +1,7 @@
 // The page of a feature, from the server; its star, name and note; its examples under conditions on labels.
 "use strict";
 (function () {
-  const { make, formatted } = latentlake;
+  const { make, formatted, several } = latentlake;
   const $ = function (id) { return document.getElementById(id); };
   const go = $("go"), site = go.dataset.site, n = Number(go.dataset.features), api = "/api/sites/" + site;
   let blocks = null;
@@ -19,7 +19,7 @@
     return ["Type the number of a feature, or choose one on the ", make("a", { href: "/sites/" + site + "/map" }, "map"), "."];
   }
   function link(feature) { return make("a", { href: "#" + feature }, String(feature)); }
-  function cluster(_, number) { return "cluster " + number; }
+  function cluster(kind, number) { return make("a", { href: "/sites/" + site + "/clusters#" + kind + "/" + number }, "cluster " + number); }
   function context(number, row, page) { return "/sites/" + site + "/text?context=" + number + "&row=" + row + "&feature=" + page.feature; }
 
   function annotation(page) {
@@ -70,12 +70,19 @@
     return part;
   }
 
+  function elsewhere(page) { // what else there is to do with the feature; its number is in the address of each
+    const pair = "kind=features&a=" + page.feature + (page.neighbour === null ? "" : "&b=" + page.neighbour), of = "/sites/" + site;
+    const links = [[of + "/find?kind=similar&q=" + page.feature, "Similar features"], [of + "/compare?" + pair, "Compare"]];
+    if ("steers" in go.dataset) links.push([of + "/steer?feature=" + page.feature, "Steer"]);
+    return make("nav", { class: "toc elsewhere", "aria-label": "More about this feature" }, ...links.map(function (link) { return make("a", { href: link[0] }, link[1]); }));
+  }
+
   async function side(page, condition) {
     const title = make("h3", {}, make("bdi", {}, condition));
     try {
       const answer = await ask(api + "/features/" + page.feature + "/examples?where=" + encodeURIComponent(condition));
       const mean = answer.mean === null ? "" : ", mean " + formatted(answer.mean);
-      const counts = answer.matching.toLocaleString("en") + " of " + answer.active.toLocaleString("en") + " active rows" + mean;
+      const counts = answer.matching.toLocaleString("en") + " of " + several(answer.active, "active row") + mean;
       return make("div", {}, title, make("p", { class: "note" }, counts), ...blocks.strips(Object.assign({ feature: page.feature }, answer), answer.strips));
     } catch (error) { return make("div", {}, title, make("p", { class: "error" }, error.message)); }
   }
@@ -101,7 +108,7 @@
   function drawn(page) {
     const into = $("page"), stale = page.stale.map(function (table) { return table[0] + " (" + table[1] + ")"; }).join(", ");
     const title = into.querySelector(".title"), first = into.querySelector("section.examples") || into.querySelector("section:last-of-type");
-    title.after(...(stale ? [make("p", { class: "warning", role: "note" }, "Stale, made before the newest shards were committed: " + stale + ".")] : []), annotation(page));
+    title.after(...(stale ? [make("p", { class: "warning", role: "note" }, "Stale, made before the newest shards were committed: " + stale + ".")] : []), elsewhere(page), annotation(page));
     first.after(byLabel(page));
     $("number").value = String(page.feature);
   }

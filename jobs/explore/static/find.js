@@ -1,7 +1,7 @@
 // A question in the address, its answer as a table; a column's head sorts by it where the server can.
 "use strict";
 (function () {
-  const { make, formatted } = latentlake;
+  const { make, formatted, several } = latentlake;
   const $ = function (id) { return document.getElementById(id); };
   const form = $("asking"), kind = $("kind"), status = $("status"), head = $("found").tHead.rows[0], body = $("found").tBodies[0];
   const site = form.dataset.site;
@@ -86,7 +86,7 @@
       heads(answer);
       body.replaceChildren(...answer.rows.map(row));
       const some = answer.rows.length < answer.total ? ", the first " + answer.rows.length.toLocaleString("en") : "";
-      status.textContent = answer.total.toLocaleString("en") + (answer.total === 1 ? " feature" : " features") + some + ", in " + Math.round(performance.now() - began) + " ms";
+      status.textContent = several(answer.total, "feature") + some + ", in " + Math.round(performance.now() - began) + " ms";
     } catch (error) {
       if (mine !== request) return;
       head.replaceChildren();

@@ -1,7 +1,7 @@
 // The stored map of a site's features: points on a canvas, a grid to find the near ones, a table of the selected.
 "use strict";
 (async function () {
-  const { bytes, make } = latentlake;
+  const { bytes, make, several } = latentlake;
   const $ = function (id) { return document.getElementById(id); };
   const canvas = $("map"), context = canvas.getContext("2d"), site = canvas.dataset.site, body = $("chosen").tBodies[0];
   const COLOURS = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#9c755f", "#edc948", "#76b7b2", "#ff9da7", "#8cd17d"];
@@ -86,7 +86,7 @@
       return make("tr", {}, make("td", {}, make("button", { type: "button", "data-place": i }, String(feature[i]))),
         make("td", {}, make("a", { href: "/sites/" + site + "/feature#" + feature[i] }, "page")), make("td", { class: "n" }, active[i].toLocaleString("en")), make("td", {}, cluster[i] < 0 ? "–" : clusterName(i)));
     }));
-    $("status").textContent = picked.length ? picked.length.toLocaleString("en") + " of " + n.toLocaleString("en") + " features selected" : n.toLocaleString("en") + " features" + (data.by ? ", by " + data.by.toLowerCase() : "");
+    $("status").textContent = picked.length ? picked.length.toLocaleString("en") + " of " + several(n, "feature") + " selected" : several(n, "feature") + (data.by ? ", by " + data.by.toLowerCase() : "");
     $("more").textContent = picked.length > MOST_ROWS ? "The " + MOST_ROWS + " most active are listed." : "";
     draw();
     const listed = picked.slice(0, MOST_ROWS), mine = picked;
@@ -105,7 +105,7 @@
   }
   function describe(i) {
     const name = i < 0 ? "" : names.get(feature[i]);
-    $("hover").textContent = i < 0 ? "" : "Feature " + feature[i] + (name ? " " + name : "") + ", " + active[i].toLocaleString("en") + " active rows" + (cluster[i] < 0 ? "" : ", cluster " + clusterName(i));
+    $("hover").textContent = i < 0 ? "" : "Feature " + feature[i] + (name ? " " + name : "") + ", " + several(active[i], "active row") + (cluster[i] < 0 ? "" : ", cluster " + clusterName(i));
   }
   function nearest(px, py) {
     const reach = 12 / view.scale, x = fromX(px), y = fromY(py);

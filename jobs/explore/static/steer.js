@@ -1,7 +1,7 @@
 // A prompt and its two continuations. Everything that came from a text or a store is set as text, never as HTML.
 "use strict";
 (function () {
-  const { make, formatted, shade } = latentlake;
+  const { make, formatted, several, shade } = latentlake;
   const $ = function (id) { return document.getElementById(id); };
   const form = $("steering"), prompt = $("prompt"), list = $("changes"), site = form.dataset.site;
   const OPERATIONS = { set: "set to", add: "add", scale: "multiply by", ablate: "set to 0" };
@@ -95,7 +95,7 @@
       while (!state.done) {
         write(wanted.prompt, state);
         const seconds = Math.round((Date.now() - began) / 1000) + " s";
-        say(state.cancelled ? "Stopping" : state.tokens ? state.tokens + " of at most " + state.n_tokens + " tokens, " + seconds : "Waiting for the model, " + seconds);
+        say(state.cancelled ? "Stopping" : state.tokens ? state.tokens + " of at most " + several(state.n_tokens, "token") + ", " + seconds : "Waiting for the model, " + seconds);
         await wait(200);
         state = await ask("/api/steerings/" + running);
       }
@@ -103,7 +103,7 @@
       if (state.texts) await show(state, wanted);
       else $("result").hidden = true;
       if (state.error) say(state.error, true);
-      else say((state.cancelled ? "Cancelled after " : "") + state.tokens.toLocaleString("en") + " tokens in " + seconds.toFixed(1) + " s");
+      else say((state.cancelled ? "Cancelled after " : "") + several(state.tokens, "token") + " in " + seconds.toFixed(1) + " s");
     } catch (error) { say(error.message, true); }
     running = null;
     $("run").disabled = false;

@@ -1,7 +1,7 @@
 // Texts and their features. Everything that came from a text or a store is set as text, never as HTML.
 "use strict";
 (function () {
-  const { make, formatted, shade } = latentlake;
+  const { make, formatted, several, shade } = latentlake;
   const $ = function (id) { return document.getElementById(id); };
   const form = $("typing"), typed = $("typed"), status = $("status"), list = $("texts"), side = $("side"), body = $("features").tBodies[0];
   const site = form.dataset.site, texts = new Map();
@@ -12,7 +12,7 @@
     try {
       const made = await post("/api/sites/" + site + "/contexts/" + context, {});
       add(made);
-      say("Context " + context + " of the store, " + made.tokens.toLocaleString("en") + " tokens");
+      say("Context " + context + " of the store, " + several(made.tokens, "token"));
       if (feature !== null) await shadeAll();
       await choose(made.text, null);
     } catch (error) { say(error.message, true); }
@@ -29,7 +29,7 @@
       const made = await post("/api/sites/" + site + "/texts", { text: text });
       add(made);
       clearInterval(clock);
-      say(made.tokens.toLocaleString("en") + " tokens in " + ((Date.now() - began) / 1000).toFixed(2) + " s");
+      say(several(made.tokens, "token") + " in " + ((Date.now() - began) / 1000).toFixed(2) + " s");
       if (feature !== null) await shadeAll();
       await choose(made.text, null);
     } catch (error) { say(error.message, true); }
@@ -63,7 +63,7 @@
       if (mine !== request) return;
       $("what").textContent = piece === null ? "Active in the text" : "Active at “" + here.pieces[piece].text.replace(/ /g, "·") + "”";
       body.replaceChildren.apply(body, answer.features.map(row));
-      $("more").textContent = answer.n ? answer.features.length.toLocaleString("en") + " of " + answer.n.toLocaleString("en") + " active features" + (piece === null ? "; the activation is the mean over the tokens" : "") : "No feature is active here.";
+      $("more").textContent = answer.n ? answer.features.length.toLocaleString("en") + " of " + several(answer.n, "active feature") + (piece === null ? "; the activation is the mean over the tokens" : "") : "No feature is active here.";
       side.hidden = false;
     } catch (error) { say(error.message, true); }
   }

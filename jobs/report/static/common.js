@@ -26,9 +26,10 @@ const latentlake = (function () {
     if (size >= 999.5) return Math.round(value).toLocaleString("en");
     return size < 1e-4 ? value.toExponential(1) : value.toPrecision(3);
   }
+  function several(n, what) { return n.toLocaleString("en") + " " + what + (n === 1 ? "" : "s"); } // 1 row, 2 rows
   function shade(value, most) { // the class of a token: its sign and level; even the weakest activation has a shade
     if (!value || !most) return "";
     return (value < 0 ? "n" : "p") + Math.min(LEVELS, Math.max(1, Math.round(LEVELS * Math.abs(value) / most)));
   }
-  return { bytes: bytes, make: make, drawn: drawn, formatted: formatted, shade: shade };
+  return { bytes: bytes, make: make, drawn: drawn, formatted: formatted, several: several, shade: shade };
 })();

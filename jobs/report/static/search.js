@@ -155,7 +155,9 @@ function shortened(text) { // as it stands in a sentence
   return text.length > 80 ? text.slice(0, 80) + "…" : text;
 }
 
-function nearest(name, names) { // the columns with a similar name, or all of them
+function nearest(name, names) { // the one column that it shortens, or those with a similar name, or all of them
+  const shortens = names.filter(function (known) { return known.toLowerCase().startsWith(name) || known.toLowerCase().split("_").indexOf(name) >= 0; });
+  if (shortens.length === 1) return "did you mean " + shortens[0] + "?";
   const ranked = names.map(function (known) { return [distance(name.slice(0, 80), known), known]; });
   ranked.sort(function (a, b) { return a[0] - b[0] || (a[1] < b[1] ? -1 : 1); });
   const near = ranked.filter(function (pair) {

@@ -15,6 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from jobs.lake.run import run
+from jobs.lake.try_next import SUPPORT, best_features, say_next
 from jobs.studies.demo.model import ensure_demo_model
 from jobs.studies.known.demo_synthetic import demo_synthetic
 from jobs.terminal.console import console, say
@@ -26,8 +27,8 @@ from schemas.errors import InputError
 from schemas.run.file import Derive, load_run_file
 
 SITE, CONTEXT_SIZE = "l9", 128
-SHOWN, SUPPORT = 10, 20
-"""Features shown, and active rows that each must have: sigma/mu alone puts those first that fired once."""
+SHOWN = 10
+"""Features shown."""
 
 
 def command(
@@ -118,22 +119,14 @@ def summary(store: FeatureStore, result: Extraction, seconds: float, path: Path)
     }.items():
         table.add_row(name, value)
     console.print(table)
-    often = features.filter(pl.col("n_active") >= SUPPORT)
-    best = often.sort("sigma_over_mu", "feature", descending=[True, False], nulls_last=True).head(SHOWN)
-    console.print(_ranked(store, best))
-    feature, root = best["feature"][0] if best.height else 0, escape(str(store.layout.root))
+    often = best_features(store, SITE).filter(pl.col("n_active") >= SUPPORT)
+    console.print(_ranked(store, often.head(SHOWN)))
     say(
         f"Figures: [bold]{escape(str(store.layout.figures(SITE)))}[/]\n"
-        f"Report: [bold]{escape(str(store.layout.report / 'index.html'))}[/], for a browser\n\n"
-        "Try next:\n"
-        f"  latentlake explore {root}\n"
-        f"  latentlake feature {root} {feature}\n"
-        f'  latentlake elicit {root} "The war in Europe is over, and our soldiers are coming home."\n'
-        f"  latentlake top {root} {feature} --where party=Republican\n"
-        f"  latentlake rank {root} --by mean_active --window 0:20\n"
-        f"  latentlake verify {root}\n\n"
-        f"The run file is {escape(str(path))}: change it, and `latentlake run {escape(str(path))}`."
+        f"Report: [bold]{escape(str(store.layout.report / 'index.html'))}[/], for a browser"
     )
+    say_next(store)
+    say(f"\nThe run file is {escape(str(path))}: change it, and `latentlake run {escape(str(path))}`.")
 
 
 def _ranked(store: FeatureStore, best: pl.DataFrame) -> Table:

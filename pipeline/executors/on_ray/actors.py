@@ -21,7 +21,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from pipeline.executors.dispatch import CallFailedError, WorkerLostError
 from pipeline.executors.node_probe import ProbeFile, require_shared_storage, storage_probe
 from pipeline.executors.on_ray.metrics import DriverMetrics, WorkerMetrics
-from pipeline.executors.on_ray.session import address_of, one_line
+from pipeline.executors.on_ray.session import one_line
 from pipeline.models.device import is_broken
 from pipeline.monitor import logs
 from pipeline.store.objects.paths import is_memory, store_path
@@ -101,9 +101,10 @@ class RayBackend:
             )
         # Where all nodes are here nothing can scale, so a worker must fit on the GPUs there are.
         there = _resources().get("GPU", 0)
-        if address_of(extract) == "local" and extract.gpus_per_worker > there:
+        gpus = extract.gpus_per_worker or 0
+        if extract.ray_address == "local" and gpus > there:
             raise InputError(
-                f"extract.gpus_per_worker is {extract.gpus_per_worker:g}, but this machine has {there:g} GPUs"
+                f"extract.gpus_per_worker is {gpus:g}, but this machine has {there:g} GPUs"
                 ": set 0, or name a cluster in extract.address"
             )
         self._progress: dict[Any, tuple[str, Any, int]] = {}
@@ -113,7 +114,7 @@ class RayBackend:
         remote: Any = ray.remote  # its types know no concurrency groups
         self._actor = remote(
             num_cpus=extract.cpus_per_worker,
-            num_gpus=extract.gpus_per_worker,
+            num_gpus=gpus,
             max_restarts=0,
             max_task_retries=0,
             concurrency_groups={"watch": 1},
@@ -194,7 +195,7 @@ class RayBackend:
         alive = sum(bool(node["Alive"]) for node in list_nodes())
         return (
             f"the cluster has {alive} nodes with {free_of_all}, each of {extract.workers} workers requests "
-            f"{extract.gpus_per_worker:g} GPUs and {extract.cpus_per_worker} CPUs"
+            f"{extract.gpus_per_worker or 0:g} GPUs and {extract.cpus_per_worker} CPUs"
         )
 
 

@@ -34,7 +34,7 @@ def ray_session(extract: Extract) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address, mode, started = address_of(extract), os.environ.get(MODE), ExitStack()
+    address, mode, started = extract.ray_address, os.environ.get(MODE), ExitStack()
     try:
         with _our_handler():
             if address == "local":
@@ -49,11 +49,6 @@ def ray_session(extract: Extract) -> Iterator[None]:
         if mode is None and MODE in os.environ:  # set for this session, by us or by Ray
             del os.environ[MODE]
             reread_environment()
-
-
-def address_of(extract: Extract) -> str:
-    """Where the cluster is; `local`: a private one."""
-    return extract.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def use_token() -> None:

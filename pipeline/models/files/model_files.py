@@ -27,6 +27,9 @@ CONTENT = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".py"}
 CONTEXT_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "seq_length")
 """Where the configurations of different architectures keep the longest context."""
 
+WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")
+"""Where they keep the width of the residual stream."""
+
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 """What may be the name of a model at Hugging Face."""
 
@@ -167,6 +170,15 @@ def config_of(path: Path) -> dict[str, Any]:
 
 def longest_context(config: dict[str, Any]) -> int | None:
     """Longest context by a Hugging Face configuration (of a multimodal model: of its text part)."""
+    return _number(config, CONTEXT_KEYS)
+
+
+def width_of(config: dict[str, Any]) -> int | None:
+    """Width of the residual stream by a Hugging Face configuration, as `longest_context`."""
+    return _number(config, WIDTH_KEYS)
+
+
+def _number(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
     text = config.get("text_config")
     config = text if isinstance(text, dict) and text else config
-    return next((config[key] for key in CONTEXT_KEYS if isinstance(config.get(key), int)), None)
+    return next((config[key] for key in keys if isinstance(config.get(key), int)), None)

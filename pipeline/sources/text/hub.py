@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
+import polars as pl
+
+from pipeline.sources.text.columns import frame_of_rows
 from pipeline.sources.values import check_columns, check_label, check_text, infer_dtypes
 from schemas.errors import InputError
 from schemas.records import digest_of
@@ -33,6 +36,10 @@ class RowSource(ABC):
         labels = ([row.get(column) for column in columns] for row in self._rows())
         dtypes = infer_dtypes(labels, columns, where)
         return {column: dtypes.get(column, "String") for column in columns}
+
+    def first_rows(self, n: int) -> pl.DataFrame:
+        """The first `n` documents, or fewer, with every column."""
+        return frame_of_rows(list(islice(self._rows(), n)))
 
     def inputs(self) -> None:  # noqa: B027 - none of them has vectors
         """There are no vectors."""

@@ -1,4 +1,4 @@
-"""Readers of one file each: Parquet, JSON lines (plain or gzipped), text.
+"""Readers of one file each: Parquet, JSON lines (plain or gzipped), CSV, text.
 
 A reader streams raw records `(number, text, labels)` and checks form only; its caller checks the values.
 """
@@ -11,12 +11,24 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.sources.text.columns import (
+    Record,
+    failure,
+    frame_of,
+    frame_of_rows,
+    is_string,
+    label_dtypes,
+    one_line,
+)
+from pipeline.sources.text.csv_reader import CsvReader
 from pipeline.sources.values import (
     MOST_LINE,
     MOST_TEXT,
@@ -25,10 +37,6 @@ from pipeline.sources.values import (
     require_text_size,
 )
 from schemas.errors import InputError
-from schemas.storage_failures import storage_failure
-
-Record = tuple[int, Any, tuple[Any, ...]]
-"""Row (from 0) or line (from 1), text, labels."""
 
 _BATCH_ROWS = 256
 MOST_GROUP = 1 << 30
@@ -47,6 +55,10 @@ class Reader(Protocol):
 
     def text_bytes(self) -> int:
         """About how many bytes of text it holds."""
+        ...
+
+    def first_rows(self, n: int) -> pl.DataFrame:
+        """The first `n` documents with every column of the file, whatever its type; none of a text file."""
         ...
 
     def records(self) -> Iterator[Record]:
@@ -75,10 +87,9 @@ class ParquetReader:
             if schema.names.count(name) > 1:
                 raise InputError(f"{self.path} has several columns {name!r}: rename all but one")
         text = schema.field(self.text_column).type
-        if not (_is_string(text) or pa.types.is_null(text)):
+        if not (is_string(text) or pa.types.is_null(text)):
             raise InputError(f"{self.path}: column {self.text_column!r} holds {text}, not text")
-        dtypes = {name: self._dtype(name, schema.field(name).type) for name in self.label_columns}
-        return {name: dtype for name, dtype in dtypes.items() if dtype is not None}
+        return label_dtypes(self.path, schema, self.label_columns)
 
     def text_bytes(self) -> int:
         """Size of the text column before compression, from the file's footer."""
@@ -86,6 +97,11 @@ class ParquetReader:
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
         return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == self.text_column)
+
+    def first_rows(self, n: int) -> pl.DataFrame:
+        """The first rows of the file."""
+        with self._open() as file:
+            return frame_of(islice(file.iter_batches(n), 1), file.schema_arrow)
 
     def records(self) -> Iterator[Record]:
         """Rows, numbered from 0."""
@@ -129,26 +145,9 @@ class ParquetReader:
             with pq.ParquetFile(self.path, read_dictionary=[self.text_column] if is_plain else []) as file:
                 yield file
         except (pa.ArrowInvalid, OSError) as error:
-            raise _failure(self.path, error, " as Parquet") from None
+            raise failure(self.path, error, " as Parquet") from None
         except UnicodeDecodeError as error:
-            raise InputError(f"{self.path} holds text that is not UTF-8: {_line(error)}") from None
-
-    def _dtype(self, column: str, arrow_type: pa.DataType) -> str | None:
-        tests: list[tuple[Callable[[Any], bool], str]] = [
-            (_is_string, "String"),
-            (pa.types.is_integer, "Int64"),
-            (pa.types.is_floating, "Float64"),
-            (pa.types.is_boolean, "Boolean"),
-        ]
-        for is_kind, dtype in tests:
-            if is_kind(arrow_type):
-                return dtype
-        if pa.types.is_null(arrow_type):
-            return None
-        raise InputError(
-            f"{self.path}: label column {column!r} holds {arrow_type}; labels are strings, "
-            "numbers or true/false: write it as text"
-        )
+            raise InputError(f"{self.path} holds text that is not UTF-8: {one_line(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -170,6 +169,10 @@ class JsonLinesReader:
         """Size of the file, unpacked."""
         size = self.path.stat().st_size
         return size * _GZIP_RATIO if self.path.suffix == ".gz" else size
+
+    def first_rows(self, n: int) -> pl.DataFrame:
+        """The first objects; a column whose values are of several types is of type Object."""
+        return frame_of_rows([content for _, content in islice(self._objects(), n)])
 
     def records(self) -> Iterator[Record]:
         """Lines, numbered from 1; a key that is missing is null."""
@@ -205,9 +208,9 @@ class JsonLinesReader:
             text = data.decode("utf-8-sig" if line == 1 else "utf-8")
             content = json.loads(text, object_pairs_hook=keep)
         except UnicodeDecodeError as error:
-            raise InputError(f"{self.where(line)} is not UTF-8: {_line(error)}") from None
+            raise InputError(f"{self.where(line)} is not UTF-8: {one_line(error)}") from None
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{self.where(line)} is not JSON: {_line(error)[:300]}") from None
+            raise InputError(f"{self.where(line)} is not JSON: {one_line(error)[:300]}") from None
         if not isinstance(content, dict):
             raise InputError(f"{self.where(line)} is not a JSON object but {type(content).__name__}")
         if len(content) < len(pairs):
@@ -223,7 +226,7 @@ class JsonLinesReader:
             with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
                 yield file  # type: ignore[misc]
         except (OSError, EOFError, zlib.error) as error:
-            raise _failure(self.path, error) from None
+            raise failure(self.path, error) from None
 
 
 @dataclass(frozen=True)
@@ -243,6 +246,10 @@ class TextReader:
         """Size of the file."""
         return self.path.stat().st_size
 
+    def first_rows(self, n: int) -> pl.DataFrame:  # noqa: ARG002 - it has no columns
+        """Nothing: a text file has no columns."""
+        return pl.DataFrame()
+
     def records(self) -> Iterator[Record]:
         """The one document."""
         try:
@@ -252,9 +259,9 @@ class TextReader:
                 require_text_size(max(self.path.stat().st_size, len(content)), str(self.path))
             yield 0, content.decode("utf-8-sig"), ()
         except UnicodeDecodeError as error:
-            raise InputError(f"{self.path} is not UTF-8: {_line(error)}") from None
+            raise InputError(f"{self.path} is not UTF-8: {one_line(error)}") from None
         except OSError as error:
-            raise _failure(self.path, error) from None
+            raise failure(self.path, error) from None
 
     def where(self, number: int) -> str:  # noqa: ARG002 - a text file has one document
         """The file."""
@@ -265,6 +272,7 @@ FORMATS: dict[str, Callable[[Path, str, tuple[str, ...]], Reader]] = {
     ".parquet": ParquetReader,
     ".jsonl": JsonLinesReader,
     ".jsonl.gz": JsonLinesReader,
+    ".csv": CsvReader,
     ".txt": TextReader,
 }
 """End of a file's name -> its reader."""
@@ -273,17 +281,3 @@ FORMATS: dict[str, Callable[[Path, str, tuple[str, ...]], Reader]] = {
 def format_of(path: Path) -> str | None:
     """The key of FORMATS that the file's name ends with."""
     return next((end for end in FORMATS if path.name.lower().endswith(end)), None)
-
-
-def _is_string(dtype: pa.DataType) -> bool:
-    kind = dtype.value_type if pa.types.is_dictionary(dtype) else dtype
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _failure(path: Path, error: Exception, how: str = "") -> InputError:
-    """What the system refuses is not damage."""
-    return storage_failure(error, path, "read") or InputError(f"{path} cannot be read{how}: {_line(error)}")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -8,7 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from pipeline.sources.fingerprint import contents, fingerprint
+from pipeline.sources.text.columns import frame_of_rows
 from pipeline.sources.text.hub import RowSource
 from pipeline.sources.values import check_columns
 from schemas.errors import InputError
@@ -111,6 +114,11 @@ class SavedSource(RowSource):
     @cached_property
     def _prints(self) -> list[tuple[str, int, str]]:
         return [(path.name, *fingerprint(path)) for path in files_of_saved(self._folder)]
+
+    def first_rows(self, n: int) -> pl.DataFrame:
+        """See RowSource; the rows that are read have only the corpus' columns."""
+        dataset = load_saved(self._folder)
+        return frame_of_rows(dataset.with_format(None).select(range(min(n, len(dataset)))).to_list())
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         dataset = load_saved(self._folder)

@@ -8,7 +8,9 @@ import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars as pl
 
 from pipeline.sources.fingerprint import contents, fingerprint
 from pipeline.sources.text.hub import HubSource
@@ -20,13 +22,10 @@ from schemas.records import digest_of
 from schemas.run.file import Corpus
 from schemas.values import Document
 
-if TYPE_CHECKING:
-    from pipeline.sources import Source
-
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-def open_text(corpus: Corpus) -> Source:
+def open_text(corpus: Corpus) -> FilesSource | SavedSource | HubSource:
     """Files where `corpus.path` is a file, a folder or a glob; else the Hugging Face dataset of that name.
 
     A folder that `save_to_disk` wrote is one dataset.
@@ -73,6 +72,8 @@ def _files_at(path: Path) -> tuple[Path, list[Path]]:
         if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)
     ]
     known = [p for p in below if format_of(p) is not None]
+    # a table next to the documents describes them more often than it holds some
+    known = [p for p in known if format_of(p) != ".csv"] or known
     if not known:
         contents, formats = f"{len(below)} other files" if below else "nothing", ", ".join(FORMATS)
         remedy = saved_around(below)
@@ -144,6 +145,11 @@ class FilesSource:
     def estimated_bytes(self) -> int | None:
         """Sum over the files."""
         return sum(reader.text_bytes() for reader in self._readers)
+
+    def first_rows(self, n: int) -> pl.DataFrame:
+        """The first `n` documents, or fewer, with every column of the first file that has columns."""
+        frames = (reader.first_rows(n) for reader in self._readers)
+        return next((frame for frame in frames if frame.width), pl.DataFrame())
 
     def documents(self) -> Iterator[Document]:
         """Documents of all files, numbered from 0 through."""

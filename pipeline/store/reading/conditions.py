@@ -109,18 +109,19 @@ class Columns:
     def resolve(self, name: str, about: str) -> tuple[str, Column]:
         """The column of this name, in another case if there is but one; `about` begins the error's message.
 
-        Raises ConditionError that names the nearest columns.
+        Raises ConditionError that names the one column that it shortens, or the nearest ones.
         """
         if name in self._columns:
             return name, self._columns[name]
         folded = [known for known in self._columns if known.casefold() == name.casefold()]
         if len(folded) == 1:
             return folded[0], self._columns[folded[0]]
-        near = nearest(name, self._columns) or _of_parts(name, self._columns)
-        names = f"it has {', '.join(self._columns) or 'none'}"
-        if near:
-            names = f"the nearest {'is' if len(near) == 1 else 'are'} {', '.join(near)}"
-        raise ConditionError(f"{about}: the store has no {self.noun} {name!r}; {names}", "column")
+        shortens = _shortened_by(name, self._columns)
+        near = shortens if len(shortens) == 1 else nearest(name, self._columns) or shortens[:3]
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(self._columns) or 'none'}"
+        )
+        raise ConditionError(f"{about}: the store has no {self.noun} {name!r}; {hint}", "column")
 
 
 class _Token(NamedTuple):
@@ -171,9 +172,12 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     ]
 
 
-def _of_parts(name: str, known: Iterable[str]) -> list[str]:
-    """Names of which it is a part: `active` of `n_active`."""
-    return [each for each in known if name.casefold() in each.casefold().split("_")][:3]
+def _shortened_by(name: str, known: Iterable[str]) -> list[str]:
+    """Names that it begins, or is a part of: `n_act` and `active` of `n_active`."""
+    short = name.casefold()
+    return [
+        each for each in known if each.casefold().startswith(short) or short in each.casefold().split("_")
+    ]
 
 
 class _Parser:

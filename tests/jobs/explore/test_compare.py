@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import Event
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -67,6 +69,40 @@ def test_groups_are_those_of_the_comparison(client: TestClient, store: FeatureSt
         (of,) = table.filter(feature=row["feature"]).select(got["columns"]).rows()
         assert row["values"] == pytest.approx(list(of))
     assert (got["tested"], got["clear"]) == (table.height, int((table["frequency_q"] < 0.05).sum()))
+
+
+ONE_DOCUMENT = "year = 1900 and party = 'red'"
+
+
+def test_groups_too_small_for_a_test_say_how_many_documents_it_takes(client: TestClient) -> None:
+    got = answer(client, "groups", a=ONE_DOCUMENT, b="party = 'blue'")
+    assert (got["tested"], got["clear"], got["rows"]) == (0, 0, [])
+    assert (got["a"]["documents"], got["support"]) == (1, 5)
+
+
+def test_the_progress_of_a_comparison_counts_its_shards(
+    client: TestClient, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = {"a": "party = 'red' and year > 0", "b": "party = 'blue'"}
+
+    def progress() -> Any:
+        return client.get("/api/sites/a/compare/progress", params=query).json()
+
+    seen: list[Any] = []
+
+    def watched(*arguments: Any, advance: Any) -> Any:
+        def look(shards: int) -> None:
+            advance(shards)
+            seen.append(progress())
+
+        seen.append(progress())
+        return compare_groups(*arguments, advance=look)
+
+    monkeypatch.setattr("jobs.explore.compare.compare_groups", watched)
+    assert progress() == {"shards": None, "of": 3}
+    answer(client, "groups", **query)
+    assert seen == [{"shards": shards, "of": 3} for shards in range(4)]
+    assert progress() == {"shards": None, "of": 3}
 
 
 def test_two_features_are_compared_row_by_row(client: TestClient, built: Built, store: FeatureStore) -> None:
@@ -160,6 +196,40 @@ def test_each_kind_is_drawn_from_the_address_and_back_returns(browser: Any, url:
     wait_for(browser, lambda: "Only 9 fires" in find(browser, "#compared")[0].text)
     browser.back()
     wait_for(browser, lambda: "Only 7 fires" in find(browser, "#compared")[0].text)
+    assert errors(browser) == []
+
+
+@in_a_browser
+def test_groups_say_why_there_is_no_test_and_count_one_document_as_one(browser: Any, url: str) -> None:
+    query = urlencode({"kind": "groups", "a": ONE_DOCUMENT, "b": "party = 'blue'"})
+    browser.get(url)
+    browser.get(browser.current_url.replace("/text", f"/compare?{query}"))
+    wait_for(browser, lambda: find(browser, "#compared .absent"))
+    text = find(browser, "#compared")[0].text
+    assert text.startswith("A: 1 document, ")
+    assert "at least 5 documents of the smaller group, and A has 1 document. Choose" in text
+    assert errors(browser) == []
+
+
+@in_a_browser
+def test_the_shards_that_are_read_are_counted_until_the_answer_comes(
+    browser: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = Event()
+
+    def slow(*arguments: Any, advance: Any) -> Any:
+        advance(2)
+        assert go_on.wait(60)
+        return compare_groups(*arguments)
+
+    monkeypatch.setattr("jobs.explore.compare.compare_groups", slow)
+    query = urlencode({"kind": "groups", "a": "party = 'red' and year > 1", "b": "party = 'blue'"})
+    browser.get(url)
+    browser.get(browser.current_url.replace("/text", f"/compare?{query}"))
+    wait_for(browser, lambda: find(browser, "#status")[0].text.startswith("Comparing, 2 of 3 shards, "))
+    go_on.set()
+    wait_for(browser, lambda: "features that could be tested" in find(browser, "#compared")[0].text)
+    assert find(browser, "#status")[0].text == ""
     assert errors(browser) == []
 
 

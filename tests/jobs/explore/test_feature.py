@@ -306,3 +306,22 @@ def test_features_of_images_have_pages_too(tmp_path):
     assert (answer["active"], answer["matching"]) == (len(rows), (labels == "across").sum())
     assert all(row[6].startswith("across") for row in answer["strips"])
     Explored(store, Places()).read_ahead()
+
+
+def test_a_page_names_the_first_neighbour_that_it_lists_for_compare(made, pages):
+    tables = made[2]
+    by_jaccard = tables["neighbours"].filter(by="jaccard", rank=0)
+    expected = dict(by_jaccard.select("feature", "neighbour").iter_rows())
+    assert {page["feature"]: page["neighbour"] for page in pages} == expected
+
+
+def test_without_neighbours_there_is_none(tmp_path):
+    app = client(make_store(tmp_path / "store")[1])
+    assert app.get("/api/sites/site/features/7").json()["neighbour"] is None
+
+
+@pytest.mark.parametrize("steers", [True, False])
+def test_a_page_leads_to_steer_where_the_model_can_write(tmp_path, monkeypatch, steers):
+    monkeypatch.setattr("jobs.explore.feature.refusal", lambda store, site: "" if steers else "an encoder")
+    app = client(make_store(tmp_path / "store")[1])
+    assert ("data-steers" in app.get("/sites/site/feature").text) == steers

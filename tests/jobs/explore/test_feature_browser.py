@@ -268,3 +268,29 @@ def test_read_only_has_no_controls(browser, store):
         wait_for(browser, lambda: find(browser, "#own tr"))
         assert find(browser, "input") == []
         assert errors(browser) == []
+
+
+def test_the_page_leads_to_find_compare_and_steer_with_the_feature(page, store):
+    first = store.scan_table("site", "neighbours").filter(feature=7, by="jaccard", rank=0).collect()
+    neighbour = first["neighbour"][0]
+    links = {link.text: link.get_attribute("href") for link in find(page, ".elsewhere a")}
+    addresses = {name: href.rpartition("/sites/site/")[2] for name, href in links.items()}
+    assert addresses == {
+        "Similar features": "find?kind=similar&q=7",
+        "Compare": f"compare?kind=features&a=7&b={neighbour}",
+        "Steer": "steer?feature=7",
+    }
+    page.get(links["Compare"])
+    wait_for(page, lambda: f"Only {neighbour} fires" in find(page, "#compared")[0].text)
+    page.get(links["Similar features"])
+    wait_for(page, lambda: find(page, "#found tbody a"))
+    assert errors(page) == []
+
+
+def test_a_cluster_of_the_feature_leads_to_its_row(page):
+    (link,) = [link for link in find(page, ".clusters a") if link.text == "cluster 1"]
+    assert link.get_attribute("href").endswith("/sites/site/clusters#feature/1")
+    link.click()
+    wait_for(page, lambda: find(page, "tr:target"))
+    assert find(page, "tr:target th")[0].text == "1"
+    assert errors(page) == []

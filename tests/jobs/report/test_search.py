@@ -191,6 +191,8 @@ def test_conditions_are_those_of_python(browser, tokens):
         elif "error" in case:
             assert case["error"] in kinds, case["text"]
             assert len(sentences) == len(kinds)
+            if "meant" in case:
+                assert any(f"; did you mean {case['meant']}?" in sentence for sentence in sentences)
         else:
             assert fit == case["rows"], (case["text"], sentences)
 
