@@ -139,8 +139,11 @@ def test_the_page_of_your_own_data_can_be_followed(tmp_path, monkeypatch):
 def test_labels_are_those_of_the_corpus(demo):
     _, store = demo
     corpus = pl.read_parquet(ROOT / "jobs" / "demo_data" / "sotu.parquet")
-    first = store.scan_tokens().head(1).collect()
-    assert (first["year"][0], first["president"][0]) == (corpus["year"][0], corpus["president"][0])
+    documents = store.documents()
+    # the last addresses are left out where a few tokens of each make more than were requested
+    assert documents.height > 0.95 * corpus.height
+    for label in ("year", "president", "party"):
+        assert documents[label].to_list() == corpus[label].head(documents.height).to_list()
 
 
 def test_activations_agree_with_dense_transformers_and_sae_lens(demo):

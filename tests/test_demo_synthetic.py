@@ -64,9 +64,7 @@ def test_its_next_commands_run_and_wrong_ones_end_with_a_sentence(demo):
     assert "is not the ground truth of a dictionary" in " ".join((wrong.stdout + wrong.stderr).split())
 
 
-def test_its_notebook_runs(demo, tmp_path, monkeypatch):
+def test_its_notebook_runs(demo, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "synthetic").symlink_to(demo[1])
-    assert kinds_of(execute("known_answers", tmp_path, monkeypatch)) == kinds_of(
-        read_notebook("known_answers")
-    )
+    assert kinds_of(execute("known_answers", tmp_path)) == kinds_of(read_notebook("known_answers"))
