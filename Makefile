@@ -73,7 +73,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 types: setup
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 $(ASIDE): $(STAMP)
 	rm -rf $(VENV)/bench

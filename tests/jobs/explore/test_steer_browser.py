@@ -105,6 +105,8 @@ def test_the_address_holds_the_setting_and_back_brings_the_one_before(browser, u
     page.switch_to.active_element.send_keys("9")
     find(page, "#changes li:last-child select")[0].send_keys("multiply")
     third = find(page, "#changes li:last-child input")[1]
+    # an empty value is filled in when the feature is known, which may be in the midst of typing
+    wait_for(page, lambda: find(page, "#changes li:last-child .note")[0].text)
     third.clear()
     third.send_keys("-2")
     run(page)
